@@ -20,11 +20,10 @@ from modelopt_cli.methods.prune.summary import summary as pruned_layers
 from modelopt_cli.methods.prune.summary import thin_notes
 from modelopt_cli.methods.quantize.apply import apply as quantize
 from modelopt_cli.methods.quantize.config import QuantizeConfig
-from modelopt_cli.methods.quantize.schemes import LEAST_NARROW_SNR_DB, NetworkForm, uncalibrated, usable
+from modelopt_cli.methods.quantize.schemes import NetworkForm, uncalibrated, usable
 from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import sensitivity as quantize_sensitivity
 from modelopt_cli.methods.quantize.state_dict import apply_to_state as quantize_state
 from modelopt_cli.methods.quantize.state_dict import refuse_without_graph as quantize_needs
-from modelopt_cli.methods.quantize.widths import BYTE
 from modelopt_cli.methods.share.apply import apply as share
 from modelopt_cli.methods.share.apply import apply_to_state as share_state
 from modelopt_cli.methods.share.apply import refuse_without_graph as share_needs
@@ -106,10 +105,8 @@ def _calibrates(config: QuantizeConfig) -> bool:
 
 
 def _signal(config: QuantizeConfig) -> Signal:
-    if config.row.float_type is not None:
-        return Signal(config.row.weight_bits, config.row.least_snr_db)
-    bits = min(config.widths.weight, config.widths.activation or BYTE)
-    return Signal(bits, config.row.least_snr_db if bits == BYTE else LEAST_NARROW_SNR_DB)
+    bits = config.row.weight_bits if config.row.float_type is not None else config.widths.least
+    return Signal(bits, config.row.least_db(bits))
 
 
 def _quantize_reads_labels(config: QuantizeConfig) -> str | None:

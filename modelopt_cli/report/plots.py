@@ -1,8 +1,8 @@
 """Pictures of measurements; they need matplotlib, the ``plots`` extra."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class HeatMap:
         cells: of each row: a number, above 0, and a text; None of an empty cell.
         along: what the columns are.
         colours: what the numbers are.
+        ticks: names of numbers, of which the least has the palest colour; what is above the largest is black.
+            Without any the colours reach from the least number in a cell to the largest.
     """
 
     rows: Sequence[str]
@@ -44,6 +46,7 @@ class HeatMap:
     cells: Sequence[Sequence[tuple[float, str] | None]]
     along: str
     colours: str
+    ticks: Mapping[float, str] = field(default_factory=dict)
 
 
 def draw(picture: HeatMap, path: str | Path) -> None:
@@ -62,12 +65,13 @@ def draw(picture: HeatMap, path: str | Path) -> None:
     matplotlib, _, _ = _matplotlib()
     figure = new_figure(_WIDTH_INCHES, 1.8 + _ROW_INCHES * len(picture.rows))
     axes = figure.add_subplot()
-    low, high = _limits([cell[0] for row in picture.cells for cell in row if cell is not None])
+    numbers = [cell[0] for row in picture.cells for cell in row if cell is not None]
+    low, high = (min(picture.ticks), max(picture.ticks)) if picture.ticks else _limits(numbers)
     image = axes.imshow(
         [[float("nan") if cell is None else max(cell[0], 1e-12) for cell in row] for row in picture.cells],
         aspect="auto",
-        cmap="YlOrRd",
-        norm=matplotlib.colors.LogNorm(low, high, clip=True),
+        cmap=matplotlib.colormaps["YlOrRd"].with_extremes(over="black" if picture.ticks else None),
+        norm=matplotlib.colors.LogNorm(low, high),
     )
     for y, row in enumerate(picture.cells):
         for x, cell in enumerate(row):
@@ -79,7 +83,10 @@ def draw(picture: HeatMap, path: str | Path) -> None:
     axes.set_yticks(range(len(picture.rows)), picture.rows, fontsize=7)
     axes.set_xticks(range(len(picture.columns)), picture.columns)
     axes.set_xlabel(picture.along)
-    figure.colorbar(image, label=picture.colours)
+    bar = figure.colorbar(image, label=picture.colours, extend="both" if picture.ticks else "neither")
+    if picture.ticks:
+        bar.set_ticks(list(picture.ticks), labels=list(picture.ticks.values()), minor=False)
+        bar.minorticks_off()
     save(figure, path, force=True)
 
 

@@ -1,5 +1,6 @@
 """Sensitivities against the int8 network of one layer, networks broken on purpose, and the words for them."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from modelopt_cli import report
 from modelopt_cli.errors import NothingCompressed, UsageError
 from modelopt_cli.methods.context import Context
+from modelopt_cli.methods.method_table import METHODS
 from modelopt_cli.methods.quantize.apply import apply
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.conversion import convert
 from modelopt_cli.methods.quantize.precision_plan import make_plan
+from modelopt_cli.methods.quantize.sensitivity import rounding_sensitivity
 from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import (
     LayerSensitivity,
     QuantizeSensitivity,
@@ -24,9 +27,10 @@ from modelopt_cli.methods.quantize.sensitivity.rounding_sensitivity import (
 )
 from modelopt_cli.methods.quantize.sensitivity.sensitivity_words import sentences
 from modelopt_cli.methods.quantize.static import calibrated, integer_network
-from modelopt_cli.methods.quantize.widths import INT8
+from modelopt_cli.methods.quantize.widths import INT8, Widths
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
+from modelopt_cli.report.rounded import sensitivity_picture
 
 
 def found_in(network: nn.Module, equalize: str = "none") -> QuantizeSensitivity:
@@ -39,15 +43,20 @@ def by_name(found: QuantizeSensitivity) -> dict[str, LayerSensitivity]:
     return {layer.name: layer for layer in found.layers}
 
 
-@pytest.mark.parametrize("correction", ["none", "measured"])
-def test_sensitivity_is_that_of_the_network_with_one_layer_alone_in_int8(correction: str) -> None:
-    program, config = small(), QuantizeConfig(bias_correction=correction)
+@pytest.mark.parametrize(("correction", "bits"), [("none", 8), ("measured", 8), ("measured", 4)])
+def test_sensitivity_is_that_of_the_network_with_one_layer_alone_in_integers(
+    correction: str, bits: int
+) -> None:
+    program, config = small(), QuantizeConfig(bias_correction=correction, act_bits=bits)
     found = by_name(sensitivity(program, config, context(program)))
-    assert list(found) == ["stem", "body", "dw", "fc"]
+    inner = "int8" if bits == 8 else f"W8A{bits}"
+    names = {name: layer.int8.precision for name, layer in found.items()}
+    assert names == {"stem": "int8", "body": inner, "dw": inner, "fc": "int8"}
     ready = calibrated(program, config, context(program))
     x = images(8, 3, 12, 12, seed=1)
     for name, layer in found.items():
-        one = replace(ready, selected=(name,), plan=make_plan(ready.program, {name: INT8}))
+        widths = INT8 if layer.int8.precision == "int8" else Widths(8, bits)
+        one = replace(ready, selected=(name,), plan=make_plan(ready.program, {name: widths}))
         alone = integer_network(one, config, context(program))
         with torch.no_grad():
             expected, outputs = program(x), alone(x)
@@ -105,6 +114,52 @@ def test_a_healthy_network_is_not_broken_by_any_layer() -> None:
     assert not found.dead
     (line,) = sentences(found)
     assert line.startswith("no layer alone takes the outputs below 20 dB; most is lost by ")
+    assert line.endswith("Above 30 dB there is nothing to explain")
+    assert all(layer.int8.snr_db > 30 and layer.reason is None for layer in found.layers)
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(8, 20), (4, 10)])
+def test_a_layer_breaks_the_network_at_the_limit_of_the_warning(bits: int, limit: float) -> None:
+    program, config = small(), QuantizeConfig(act_bits=bits)
+    signal = METHODS["quantize"].signal(config)
+    assert signal is not None
+    assert sensitivity(program, config, context(program), timed=False).least_db == signal.least_db == limit
+
+
+@pytest.fixture
+def explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reasons of layers that lose next to nothing, too."""
+    monkeypatch.setattr(rounding_sensitivity, "HARMLESS_DB", 200.0)
+
+
+def test_steps_of_four_bits_are_counted_out_of_sixteen(explained: None) -> None:
+    network = chain()
+    program = captured(network, 3, 12, 12)
+    config = QuantizeConfig(observer="minmax", equalize="none", bias_correction="none", act_bits=4)
+    layer = by_name(sensitivity(program, config, context(program, 16), timed=False))["second"]
+    assert layer.reason is not None
+    counted = re.search(r"99 % of the values of its input .* lie on (\d+) of (\d+) steps", layer.reason.text)
+    assert counted is not None
+    with torch.no_grad():
+        x = network.norm1(network.first(images(16, 3, 12, 12, seed=1))).relu()
+    counts = torch.histc((x / x.max() * 15).round(), 16, -0.5, 15.5).sort(descending=True).values
+    used = next(n for n in range(1, 17) if counts[:n].sum() >= 0.99 * x.numel())
+    assert (int(counted[1]), int(counted[2])) == (used, 16)
+    assert layer.reason.kind == "few levels"
+
+
+def test_steps_of_weights_are_counted_from_zero_to_the_largest(explained: None) -> None:
+    network = chain()
+    with torch.no_grad():
+        network.third.weight.pow_(3)  # a few are large, which int8 serves worse than the inputs
+    reason = by_name(found_in(network))["third"].reason
+    program = captured(network, 3, 12, 12)
+    config = QuantizeConfig(observer="minmax", equalize="none", bias_correction="none")
+    weight = apply(program, config, context(program, 16)).program.get_submodule("third").weight.int().abs()
+    middle = weight.flatten(1).double().quantile(0.9, dim=1).median()
+    assert reason is not None
+    assert f"lie within {middle:.0f} of {weight.max()} steps from zero" in reason.text
+    assert ("all that the bound of pairs leaves of 127" in reason.text) == bool(weight.max() < 127)
 
 
 def test_a_channel_times_a_thousand_is_the_outlier_channel_of_the_layer_that_reads_it() -> None:
@@ -178,12 +233,14 @@ def test_few_values_that_stretch_a_range_are_the_reason() -> None:
     assert layer.reason.of_input
 
 
-def test_values_that_are_cut_off_are_the_reason() -> None:
+@pytest.mark.parametrize(("bits", "times"), [(8, 1e3), (4, 6)])
+def test_values_that_are_cut_off_are_the_reason(bits: int, times: float) -> None:
     network = chain()
     program = captured(network, 3, 12, 12)
     given = context(program, 32)
-    given.data.images[:8] /= 1e3  # type: ignore[union-attr]
-    layer = by_name(sensitivity(program, QuantizeConfig(calibration_samples=8), given))["first"]
+    given.data.images[:8] /= times  # type: ignore[union-attr]
+    config = QuantizeConfig(calibration_samples=8, act_bits=bits, edge_bits=bits)
+    layer = by_name(sensitivity(program, config, given, timed=False))["first"]
     assert layer.reason is not None
     assert layer.reason.kind == "saturation"
 
@@ -222,6 +279,23 @@ def test_sensitivities_are_drawn(tmp_path: Path, suffix: str) -> None:
     for path in paths:
         report.plot_sensitivity(found, path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_colours_of_a_picture_are_the_same_for_all_networks() -> None:
+    """Palest is noise of 50 dB; what is more than the limit allows is black."""
+    for network in (chain(), with_outlier_channel(5)):
+        ticks = sensitivity_picture(found_in(network)).ticks
+        assert min(ticks) == pytest.approx(1e-5)
+        assert max(ticks) == pytest.approx(1e-2)
+        assert ticks[max(ticks)] == "20 dB"
+
+
+def test_a_network_that_loses_nothing_is_not_told_who_loses_most() -> None:
+    found = found_in(chain())
+    equal = [replace(layer, int8=replace(layer.int8, snr_db=200.0)) for layer in found.layers]
+    assert sentences(replace(found, layers=tuple(equal))) == [
+        "no layer alone loses anything: the outputs stay equal"
+    ]
 
 
 def test_sensitivities_in_json_say_what_the_table_says() -> None:

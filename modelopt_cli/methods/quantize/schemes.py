@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from modelopt_cli.lazy_names import deferred
+from modelopt_cli.methods.quantize.widths import BYTE
 
 if TYPE_CHECKING:
     from modelopt_cli.methods.context import Context, MethodResult
@@ -42,7 +43,8 @@ class Scheme:
         layers: names of the ``torch.nn`` classes that it takes; none: every weight.
         code: default of ``--code``, a key of ``artifact.coding.CODINGS``.
         suffix: of the output's name where the user gives none.
-        least_snr_db: signal-to-noise of the outputs in dB, below which more is lost than rounding takes.
+        least_snr_db: signal-to-noise of the outputs in dB, below which more is lost than rounding to at least
+            8 bits takes.
         apply: quantizes a Program.
     """
 
@@ -66,6 +68,10 @@ class Scheme:
     def integer_arithmetic(self) -> bool:
         """True if weights are multiplied as integers, so that their sums must not overflow."""
         return self.activation_bits is not None
+
+    def least_db(self, bits: int) -> float:
+        """The signal-to-noise in dB, below which more is lost than rounding to so many bits takes."""
+        return self.least_snr_db if bits >= BYTE else LEAST_NARROW_SNR_DB
 
 
 _HOME = "modelopt_cli.methods.quantize"
@@ -147,7 +153,7 @@ _ROWS = (
 SCHEMES = {row.name: row for row in _ROWS}
 """By name."""
 LEAST_NARROW_SNR_DB = 10.0
-"""Signal-to-noise of the outputs in dB, below which there is a warning, for fewer than 8 bits."""
+"""``Scheme.least_snr_db`` for fewer than 8 bits: a tenth of the outputs' power is noise."""
 
 
 def uncalibrated() -> list[str]:

@@ -28,7 +28,12 @@ class Widths:
     @property
     def narrow(self) -> bool:
         """True if a weight or an activation has fewer bits than a byte."""
-        return self.weight < BYTE or (self.activation or BYTE) < BYTE
+        return self.least < BYTE
+
+    @property
+    def least(self) -> int:
+        """The fewer bits of both; an activation in floating point counts as a byte."""
+        return min(self.weight, self.activation or BYTE)
 
     def at_least(self, bits: int) -> "Widths":
         """Widths of so many bits or more."""

@@ -1,7 +1,7 @@
 """The precisions that a layer can have: what each takes, and how a layer computes in it."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -41,6 +41,10 @@ class LayerPrecision:
     def integer(self) -> bool:
         """True if weights are multiplied as integers."""
         return self.widths is not None
+
+    def with_inputs(self, bits: int) -> "LayerPrecision":
+        """The same with inputs of so many bits, where they are integers."""
+        return self if self.widths is None else of_integers(replace(self.widths, activation=bits))
 
     def bytes_of(self, module: nn.Module) -> int:
         """Bytes of a layer's tensors: weights, for integers a scale for each output, and biases in float."""
@@ -85,6 +89,6 @@ INT8 = of_integers(Widths())
 
 
 def integers_down_to(least: int) -> tuple[LayerPrecision, ...]:
-    """Precisions of integers by falling bits of the weight from 8; activations have 8."""
+    """Precisions of integers by falling bits of the weight from 8; inputs have 8."""
     bits = sorted({BYTE, least, *BITS}, reverse=True)
     return tuple(of_integers(Widths(each)) for each in bits if each >= least)

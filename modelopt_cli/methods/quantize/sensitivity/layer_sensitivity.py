@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from modelopt_cli.methods.quantize.sensitivity.layer_precisions import INT8
 from modelopt_cli.methods.quantize.sensitivity.rounding_reasons import Reason
 
 
@@ -34,20 +33,17 @@ class LayerSensitivity:
         name: of the layer.
         kind: its class.
         losses: by precision, of which the first is float32.
-        reason: why int8 loses what it does; None where nothing is known.
+        int8: the one of them with weights of 8 bits, and inputs of as many as they were calibrated to.
+        reason: why ``int8`` loses what it does; None where it loses next to nothing, or nothing is known.
         makers: layers that its input comes from.
     """
 
     name: str
     kind: str
     losses: tuple[Loss, ...]
+    int8: Loss
     reason: Reason | None
     makers: tuple[str, ...] = ()
-
-    @property
-    def int8(self) -> Loss:
-        """Loss in int8, which is always among the precisions."""
-        return next(loss for loss in self.losses if loss.precision == INT8.name)
 
 
 @dataclass(frozen=True)

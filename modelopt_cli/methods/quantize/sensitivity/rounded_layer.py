@@ -1,6 +1,7 @@
 """One layer as it computes when it is rounded and all others are not: real values in, real values out."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from modelopt_cli.methods.quantize.conversion import fill, fill_recurrent
 from modelopt_cli.methods.quantize.layer_forms import LAYER_FORMS, Precision
 from modelopt_cli.methods.quantize.static import Calibrated
 from modelopt_cli.methods.quantize.weight_only import cast_layer
-from modelopt_cli.methods.quantize.widths import INT8, Widths
+from modelopt_cli.methods.quantize.widths import BYTE, INT8, Widths
 from modelopt_cli.program.calls import source
 from modelopt_cli.program.quantization import QParams, quantize
 from modelopt_cli.program.quantized import Quantized, Weighted
@@ -46,6 +47,13 @@ def calls_of(ready: Calibrated) -> dict[str, list[fx.Node]]:
         if node.target in ready.selected:
             calls.setdefault(str(node.target), []).append(node)
     return dict(sorted(calls.items(), key=lambda item: ready.selected.index(item[0])))
+
+
+def input_bits(ready: Calibrated, name: str, calls: Collection[fx.Node]) -> int:
+    """Bits of a layer's inputs as they were calibrated, the most of its calls."""
+    values = [ready.plan.representative(source(node)) for node in calls]
+    own = ready.plan.widths[name].activation or BYTE  # of the states, say, of a layer that reads float32
+    return max((ready.qparams[value].bits for value in values if value in ready.qparams), default=own)
 
 
 def rounded_calls(
@@ -102,7 +110,7 @@ def _stored(
     plan = ready.plan
     known = [ready.qparams[plan.representative(source(node))] for node in calls if node in plan.calibrated]
     make: Callable[..., Quantized] = LAYER_FORMS[type(module)].make
-    layer = make(module, widths, *known)
+    layer = make(module, replace(widths, activation=plan.widths[name].activation), *known)
     if isinstance(layer, QuantizedRecurrent):
         fill_recurrent(layer, module, {own for own in ready.shared if own.rpartition(".")[0] == name})
     else:

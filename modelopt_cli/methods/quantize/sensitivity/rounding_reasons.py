@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modelopt_cli.methods.quantize.sensitivity.rounded_layer import RoundedCall
-from modelopt_cli.program.quantization import QParams, dequantize, quantize
+from modelopt_cli.program.quantization import BITS, QParams, dequantize, levels_of, quantize, weight_limits
 from modelopt_cli.program.quantized import Weighted
 from modelopt_cli.text import listing
 
@@ -21,14 +21,16 @@ OUTLIER = 8.0
 """Times that a channel reaches further than the median one from which on it is an outlier: three bits."""
 FEW_CHANNELS = 0.25
 """Largest share of the channels that are outliers; of more it is the range of all."""
-MOST_VALUES = 0.99
-"""Share of the values whose steps are counted."""
+MOST_VALUES, MOST_WEIGHTS = 0.99, 0.9
+"""Shares of an input's values, and of an output channel's weights, whose steps are counted."""
 STRETCHED = 1 / 8
-"""Share of the steps on which ``MOST_VALUES`` lie, below which a few values stretch the range."""
+"""Share of the steps on which those lie, below which a few values stretch the range."""
 SAME = 1e-6
 """Relative difference up to which float32 values are the same."""
 CUT_OFF = 0.5
 """Share of the squared error that comes from values beyond the range, from which on that is the reason."""
+HARMLESS_DB = 30.0
+"""Signal-to-noise above which a layer has no reason: it adds less than a thousandth of the outputs' power."""
 
 REASONS = {
     "dead": "its output or its input is the same for all samples",
@@ -100,7 +102,7 @@ class Watched:
     cutting: float = 0.0
     from_input: float = 0.0
     from_weight: float = 0.0
-    steps: Tensor = field(default_factory=lambda: torch.zeros(256, dtype=torch.float64))
+    steps: Tensor = field(default_factory=lambda: torch.zeros(levels_of(BITS), dtype=torch.float64))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the rounded layer, and look at what the float one gets."""
@@ -116,10 +118,10 @@ class Watched:
         with_weight = _with_weight(self.module, layer, x)
         self.from_input += _squares(with_input - y)
         self.from_weight += _squares(with_weight - y)
-        low, high = -q.zero_point * q.scale, (255 - q.zero_point) * q.scale
+        low, high = -q.zero_point * q.scale, (q.top - q.zero_point) * q.scale
         self.cutting += _squares(x - x.clamp(low, high))
         self.rounding += _squares(x - dequantize(rounded, q))
-        self.steps += torch.bincount(rounded.flatten().long(), minlength=256).double()
+        self.steps += torch.bincount(rounded.flatten().long(), minlength=len(self.steps)).double()
         self.extremes = _larger(self.extremes, _by_channel(self.module, x.abs()))
         self.inputs.update(x, _channel_axis(self.module, x))
         self.outputs.update(y, _channel_axis(self.module, y))
@@ -138,10 +140,11 @@ class Watched:
         if not self.outputs.varies:
             return Reason("dead", "its output is the same for all samples")
         if self.from_input >= self.from_weight:
-            return self._of_input(self.extremes, makers)
+            assert self.call.input is not None
+            return self._of_input(self.extremes, levels_of(self.call.input.bits), makers)
         return _of_weight(self.module, layer)
 
-    def _of_input(self, extremes: Tensor, makers: Sequence[str]) -> Reason:
+    def _of_input(self, extremes: Tensor, levels: int, makers: Sequence[str]) -> Reason:
         whose = f"its input{_from(makers)}"
         if self.cutting > CUT_OFF * (self.rounding or 1.0):
             share = 100 * self.cutting / self.rounding
@@ -152,9 +155,9 @@ class Watched:
             channel, times = found
             text = f"channel {channel} of {whose} reaches {times:,.0f} times as far as the median channel"
             return Reason("outlier channel", text, channel, of_input=True)
-        used, all_steps = _steps_of_most(self.steps), len(self.steps)
-        text = f"{100 * MOST_VALUES:.0f} % of the values of {whose} lie on {used} of {all_steps} steps"
-        return Reason("range" if used < STRETCHED * all_steps else "few levels", text, of_input=True)
+        used = _steps_of_most(self.steps)
+        text = f"{100 * MOST_VALUES:.0f} % of the values of {whose} lie on {used} of {levels} steps"
+        return Reason("range" if used < STRETCHED * levels else "few levels", text, of_input=True)
 
 
 def _of_weight(module: Any, layer: Weighted) -> Reason:
@@ -174,9 +177,12 @@ def _of_weight(module: Any, layer: Weighted) -> Reason:
         text = f"the weights of input channel {channel} are {times:,.0f} times those of the median channel"
         return Reason("outlier channel", text, channel)
     rows = integers.abs().flatten(1)
-    middle = float(rows.quantile(0.9, dim=1).median()) if rows.shape[1] > 1 else float(rows.median())
-    text = f"nine of ten weights of an output channel lie within {middle:.0f} of {int(rows.max())} steps"
-    return Reason("range" if middle < STRETCHED * float(rows.max()) else "few levels", text)
+    middle = float(rows.quantile(MOST_WEIGHTS, dim=1).median()) if rows.shape[1] > 1 else float(rows.median())
+    used, top = int(rows.max()), weight_limits(layer.weight_bits)[1]
+    text = f"nine of ten weights of an output channel lie within {middle:.0f} of {used} steps from zero"
+    if used < top:
+        text += f", all that the bound of pairs leaves of {top}"
+    return Reason("range" if middle < STRETCHED * used else "few levels", text)
 
 
 def _with_weight(module: Any, layer: Weighted, x: Tensor) -> Tensor:

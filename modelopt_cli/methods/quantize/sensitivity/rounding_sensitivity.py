@@ -31,9 +31,9 @@ from modelopt_cli.methods.quantize.sensitivity.layer_sensitivity import (
     QuantizeSensitivity,
 )
 from modelopt_cli.methods.quantize.sensitivity.layer_times import LayerTime, layer_times
-from modelopt_cli.methods.quantize.sensitivity.rounded_layer import RoundedCall, calls_of
+from modelopt_cli.methods.quantize.sensitivity.rounded_layer import RoundedCall, calls_of, input_bits
 from modelopt_cli.methods.quantize.sensitivity.rounding_causes import makers_of, with_cause
-from modelopt_cli.methods.quantize.sensitivity.rounding_reasons import Watched
+from modelopt_cli.methods.quantize.sensitivity.rounding_reasons import HARMLESS_DB, Watched
 from modelopt_cli.methods.quantize.sensitivity.sensitivity_words import sentences
 from modelopt_cli.methods.quantize.static import Calibrated, calibrated
 from modelopt_cli.methods.quantize.widths import BYTE
@@ -69,9 +69,10 @@ def sensitivity(
             where=option("scheme"),
             hint=f"give {option('scheme')} {static}",
         )
-    ready = calibrated(program, replace(config, weight_bits=BYTE), context)
+    judged = replace(config, weight_bits=BYTE)
+    ready, least_db = calibrated(program, judged, context), config.row.least_db(judged.widths.least)
     tried, correct = precisions_of(config), BIAS_CORRECTIONS[config.bias_correction].correct_layer
-    return measure(ready, program, context, config.row.least_snr_db, tried, timed=timed, correct=correct)
+    return measure(ready, program, context, least_db, tried, timed=timed, correct=correct)
 
 
 def in_history(found: QuantizeSensitivity) -> dict[str, Any]:
@@ -105,7 +106,8 @@ def measure(
         original: the network before batch norms were folded.
         context: data, seed, batch size, progress.
         least_db: see ``QuantizeSensitivity``.
-        choices: precisions to try, int8 among them, whose reasons are found.
+        choices: precisions to try, int8 among them, whose reasons are found; inputs have the bits that they
+            were calibrated to.
         timed: measure the time of each layer, too.
         correct: corrects the bias of a rounded layer; None where biases stay.
     """
@@ -113,12 +115,16 @@ def measure(
     watched: dict[str, Watched] = {}
     changes: list[Change] = []
     rounded: dict[fx.Node, list[RoundedCall]] = {}
+    eight = choices.index(INT8)
+    tried: dict[str, list[LayerPrecision]] = {}
     for name, nodes in calls.items():
-        for precision in choices:
+        bits = input_bits(ready, name, nodes)
+        tried[name] = [precision.with_inputs(bits) for precision in choices]
+        for number, precision in enumerate(tried[name]):
             computes = precision.calls(ready, name, nodes)
             if precision.integer and len(nodes) == 1:
                 rounded.setdefault(nodes[0], []).append(computes[nodes[0]])
-            if precision == INT8:
+            if number == eight:
                 first = nodes[0]
                 watched[name] = Watched(ready.program.get_submodule(name), computes[first])
                 computes[first] = watched[name]
@@ -129,15 +135,17 @@ def measure(
     times = layer_times(ready) if timed else {}
     layers = []
     for number, name in enumerate(calls):
-        makers = makers_of(calls[name][0], ready)
-        reason = watched[name].reason(makers)
-        if reason is not None:
-            reason = with_cause(reason, makers, original, ready.program)
         module, time = ready.program.get_submodule(name), times.get(name)
         own = fidelities[number * len(choices) : (number + 1) * len(choices)]
         losses = [_in_float(module, own[0], time)]
-        losses += [_loss(module, *pair, time) for pair in zip(choices, own, strict=True)]
-        layers.append(LayerSensitivity(name, type(module).__name__, tuple(losses), reason, makers))
+        losses += [_loss(module, *pair, time) for pair in zip(tried[name], own, strict=True)]
+        int8, makers = losses[1 + eight], makers_of(calls[name][0], ready)
+        reason = watched[name].reason(makers)
+        if reason is not None and reason.kind != "dead" and int8.snr_db > HARMLESS_DB:
+            reason = None
+        elif reason is not None:
+            reason = with_cause(reason, makers, original, ready.program)
+        layers.append(LayerSensitivity(name, type(module).__name__, tuple(losses), int8, reason, makers))
     return QuantizeSensitivity(tuple(layers), samples, least_db, ready.skipped)
 
 

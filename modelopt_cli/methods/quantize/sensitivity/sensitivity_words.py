@@ -1,10 +1,11 @@
 """The sensitivities of a network's layers in words: which layer breaks it first, and why."""
 
+from modelopt_cli.measure.output_comparison import LIMIT_DB
 from modelopt_cli.methods.quantize.sensitivity.layer_sensitivity import (
     LayerSensitivity,
     QuantizeSensitivity,
 )
-from modelopt_cli.methods.quantize.sensitivity.rounding_reasons import REASONS
+from modelopt_cli.methods.quantize.sensitivity.rounding_reasons import HARMLESS_DB, REASONS
 from modelopt_cli.option_names import option
 from modelopt_cli.text import listing
 
@@ -24,6 +25,9 @@ def sentences(found: QuantizeSensitivity) -> list[str]:
         lines.append(f"to leave {'it' if not others else 'them'} in float: {names}")
         return lines
     worst = min(found.layers, key=lambda layer: layer.int8.snr_db)
+    if worst.int8.snr_db >= LIMIT_DB:
+        lines.append("no layer alone loses anything: the outputs stay equal")
+        return lines
     lines.append(
         f"no layer alone takes the outputs below {found.least_db:g} dB; most is lost by {worst.name}: "
         f"rounded to {_loss(worst)}. {_reason(worst)}"
@@ -38,7 +42,8 @@ def _loss(layer: LayerSensitivity) -> str:
 
 def _reason(layer: LayerSensitivity) -> str:
     if layer.reason is None:
-        return "Why is not known"
+        little = f"Above {HARMLESS_DB:g} dB there is nothing to explain"
+        return little if layer.int8.snr_db > HARMLESS_DB else "Why is not known"
     return f"Reason: {layer.reason.kind}, since {REASONS[layer.reason.kind]}: {_why(layer)}"
 
 
