@@ -46,7 +46,8 @@ def quantize(
     reader.check(
         not (no_eval and gates),
         "--no-eval",
-        "a gate needs the result to be measured; leave out --no-eval or the gate (in recipes, next to steps)",
+        "a gate needs the result to be measured; leave out --no-eval or the gate; "
+        "in a recipe, write it next to the steps",
     )
     request = options.read_request(reader, network, image, measure, gates)
     exports = options.read_exports(reader, export, measured=not (no_eval or dry_run))
