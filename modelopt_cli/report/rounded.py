@@ -116,7 +116,7 @@ def sensitivity_picture(found: QuantizeSensitivity) -> HeatMap:
             for row in losses
         ],
         along="precision of this layer alone; in the cells, the signal-to-noise of the outputs",
-        colours=f"signal-to-noise of the outputs; black: below {found.least_db:g} dB, the network breaks",
+        colours=f"black: below {found.least_db:g} dB",
         ticks={_noise(db): f"{db:g} dB" for db in (_PALEST_DB, 40.0, 30.0, 20.0, found.least_db)},
     )
 

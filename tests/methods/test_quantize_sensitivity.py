@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from broken_networks import chain, with_dead_layer, with_outlier_channel, with_tiny_variance
 from quantize_networks import Images, captured, context, images, small, sqnr
+from rich.console import Console
 from torch import Tensor, nn
 
 from modelopt_cli import report
@@ -30,6 +32,7 @@ from modelopt_cli.methods.quantize.static import calibrated, integer_network
 from modelopt_cli.methods.quantize.widths import INT8, Widths
 from modelopt_cli.program import InputSpec, Program
 from modelopt_cli.program.capture import capture
+from modelopt_cli.report.plots import HeatMap, draw
 from modelopt_cli.report.rounded import sensitivity_picture
 
 
@@ -148,18 +151,21 @@ def test_steps_of_four_bits_are_counted_out_of_sixteen(explained: None) -> None:
     assert layer.reason.kind == "few levels"
 
 
-def test_steps_of_weights_are_counted_from_zero_to_the_largest(explained: None) -> None:
+@pytest.mark.parametrize(("name", "bounded"), [("second", True), ("third", False)])
+def test_steps_of_weights_are_those_that_the_bound_of_pairs_leaves(
+    name: str, bounded: bool, explained: None
+) -> None:
     network = chain()
     with torch.no_grad():
         network.third.weight.pow_(3)  # a few are large, which int8 serves worse than the inputs
-    reason = by_name(found_in(network))["third"].reason
+    reason = by_name(found_in(network))[name].reason
     program = captured(network, 3, 12, 12)
     config = QuantizeConfig(observer="minmax", equalize="none", bias_correction="none")
-    weight = apply(program, config, context(program, 16)).program.get_submodule("third").weight.int().abs()
+    weight = apply(program, config, context(program, 16)).program.get_submodule(name).weight.int().abs()
     middle = weight.flatten(1).double().quantile(0.9, dim=1).median()
     assert reason is not None
     assert f"lie within {middle:.0f} of {weight.max()} steps from zero" in reason.text
-    assert ("all that the bound of pairs leaves of 127" in reason.text) == bool(weight.max() < 127)
+    assert ("all that the bound of pairs leaves of 127" in reason.text) == bool(weight.max() < 127) == bounded
 
 
 def test_a_channel_times_a_thousand_is_the_outlier_channel_of_the_layer_that_reads_it() -> None:
@@ -288,6 +294,47 @@ def test_colours_of_a_picture_are_the_same_for_all_networks() -> None:
         assert min(ticks) == pytest.approx(1e-5)
         assert max(ticks) == pytest.approx(1e-2)
         assert ticks[max(ticks)] == "20 dB"
+
+
+def test_a_cell_has_the_colour_of_its_number_whatever_the_others_are(tmp_path: Path) -> None:
+    """Two pictures that differ in the second cell alone: 0.001, and 0.1, which is beyond the largest tick."""
+    image = pytest.importorskip("matplotlib.image")
+
+    def drawn(number: float) -> Tensor:
+        picture = HeatMap(["row"], ["a", "b"], [[(1e-4, ""), (number, "")]], "", "", {1e-5: "", 1e-2: ""})
+        draw(picture, tmp_path / "a.png")
+        return torch.from_numpy(image.imread(tmp_path / "a.png")[:, :, :3].copy())
+
+    usual, beyond = drawn(1e-3), drawn(0.1)
+    changed = (usual != beyond).any(2)
+    columns = changed.any(0).nonzero().flatten()
+    assert 0.2 < float(changed.double().mean()) < 0.5
+    assert not beyond[changed].any()  # black
+    assert usual[changed].any(1).all()
+    assert columns[0] > 0.3 * usual.shape[1]  # the first cell is left as it is
+
+
+def test_a_cell_of_another_precision_than_its_column_says_so() -> None:
+    program, config = small(), QuantizeConfig(act_bits=4)
+    found = sensitivity(program, config, context(program), timed=False)
+    console = Console(width=300, record=True, file=StringIO())
+    console.print(report.sensitivity_table(found))
+    rows = {line.split()[0]: line for line in console.export_text().splitlines() if line.strip()}
+    cells = dict(zip((layer.name for layer in found.layers), sensitivity_picture(found).cells, strict=True))
+    (heading,) = sensitivity_picture(found).columns
+    for name, precision in {"stem": "int8", "body": "W8A4", "dw": "W8A4", "fc": "int8"}.items():
+        said = "" if precision == heading else f" ({precision})"
+        assert f" {by_name(found)[name].int8.snr_db:.1f}{said} " in rows[name]
+        assert [text for _, text in filter(None, cells[name])] == [
+            f"{by_name(found)[name].int8.snr_db:.1f} dB{said}"
+        ]
+
+
+def test_a_layer_without_a_reason_has_a_dash_in_the_table() -> None:
+    console = Console(width=300, record=True, file=StringIO())
+    console.print(report.sensitivity_table(found_in(chain())))
+    first = next(line for line in console.export_text().splitlines() if line.startswith("first"))
+    assert first.rstrip().endswith("–")
 
 
 def test_a_network_that_loses_nothing_is_not_told_who_loses_most() -> None:
