@@ -171,7 +171,7 @@ class Compressing(Work):
         return samples
 
     def for_network(self, program: Program) -> ForNetwork:
-        """What samples are learned from where there are none."""
+        """The network that samples to calibrate on are learned from, where none are given."""
         request = self.request
         return ForNetwork(
             program,

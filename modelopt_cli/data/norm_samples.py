@@ -32,7 +32,7 @@ from modelopt_cli.settings import option
 BATCH = 16
 """Samples that are learned together, and give one mean and variance."""
 STEPS = 40
-"""Of gradient descent, for each batch."""
+"""Steps of gradient descent for each batch."""
 RATE = 0.1
 """Learning rate of Adam at the first step, in standard deviations of the noise; it falls as a cosine."""
 CONTRAST = 0.25

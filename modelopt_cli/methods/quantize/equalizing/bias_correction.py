@@ -26,7 +26,7 @@ SAMPLES = 64
 PLACES = 65_536
 """Places in the maps of all samples that are looked at, at equal distances: neighbours tell the same."""
 STEPS = 3
-"""Of Newton's method, by which a bias is found; the means are nearly linear in it."""
+"""Steps of Newton's method, by which a bias is found; the means are nearly linear in it."""
 LEAST_SLOPE = 0.05
 """Mean slope of an activation below which a channel is left alone: hardly anything passes."""
 

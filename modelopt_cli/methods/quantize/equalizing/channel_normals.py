@@ -109,7 +109,7 @@ class _Following:
         self.known: dict[fx.Node, Normal] = {}
 
     def of(self, node: fx.Node) -> Normal | None:
-        """What is known of a value, where its inputs are known."""
+        """The means and standard deviations of a value's channels; None where they do not follow."""
         if node.op == "call_module" and str(node.target) in self.recorded:
             return self.recorded[str(node.target)]
         inputs = [self.known.get(each) for each in node.all_input_nodes]

@@ -14,7 +14,6 @@ from modelopt_cli.methods.prune.masks import Masks
 from modelopt_cli.methods.quantize.config import QuantizeConfig
 from modelopt_cli.methods.quantize.learning import qat
 from modelopt_cli.methods.quantize.learning.latent_norms import identity_norms, restore_statistics
-from modelopt_cli.methods.quantize.widths import BYTE
 from modelopt_cli.methods.share.config import was_shared
 from modelopt_cli.program import Program
 from modelopt_cli.program.input_batch import Inputs
@@ -119,8 +118,7 @@ def settings_of(config: QuantizeConfig, context: Context) -> TrainConfig:
     assert training is not None
     settings = training.config
     if settings.lr is None:
-        bits = min(config.widths.weight, config.widths.activation or BYTE)
-        slower = SLOWER_TWO_BITS if bits == 2 else SLOWER
+        slower = SLOWER_TWO_BITS if config.widths.least == 2 else SLOWER
         settings = replace(settings, lr=settings.peak_lr / slower)
     teaches = settings.teacher is None and not returns_losses(training.task)
     return replace(settings, teacher=OWN_TEACHER) if teaches else settings
